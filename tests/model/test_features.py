@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import subprocess
+import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from lineside.errors import LinesideError
 from lineside.images import decode
+from lineside.model import features
 from lineside.model.features import FeatureStore
 from lineside.types import Image
 from tests.conftest import make_tiny_vlm, picture
@@ -107,22 +110,27 @@ def test_a_store_of_before_is_read(tmp_path: Path) -> None:
         FeatureStore(tmp_path, vlm, dtype=torch.float32)
 
 
-def _write(folder: Path, which: list[int]) -> None:
+def _write(folder: Path, which: list[int], ready: Barrier) -> None:
     torch.set_num_threads(1)
+    features.flush = lambda _: time.sleep(0.005)  # a disk takes its time: the other process comes in between
     store = FeatureStore(folder, make_tiny_vlm(), dtype=torch.float32)
+    ready.wait()
     for i in which:
         store.get([IMAGES[i]])
 
 
 def test_parallel_writers_lose_and_double_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # with one thread: see _write
+    ready = context.Barrier(2)
     workers = [
-        context.Process(target=_write, args=(tmp_path, order)) for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 6, 7, 8])
+        context.Process(target=_write, args=(tmp_path, order, ready))
+        for order in ([0, 1, 2, 3, 4, 5], [5, 4, 3, 6, 7, 8])
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
     vlm = make_tiny_vlm()
     store = FeatureStore(tmp_path, vlm, dtype=torch.float32)
     assert len(store) == 9

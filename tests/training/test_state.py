@@ -1,11 +1,10 @@
 """Resumed equals unbroken, bit for bit; nothing that kills or damages a save loses the run."""
 
-import os
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,27 +138,22 @@ def test_a_save_that_fails_keeps_the_earlier_state(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.safetensors"]
 
 
-SAVER = """
-import sys, torch
-from pathlib import Path
-from lineside.training.state import State, load_state, save_state
-folder = Path(sys.argv[1])
-last = load_state(folder)
-step = last.step if last else 0
-while True:
-    step += 1
-    save_state(folder, State(step, {f"w{i}/master": torch.full((1 << 20,), float(step)) for i in range(4)}))
-"""
+def save_for_ever(folder: Path) -> None:
+    """States one after another; each tensor of one holds its step."""
+    last = load_state(folder)
+    step = last.step if last else 0
+    while True:
+        step += 1
+        save_state(folder, State(step, {f"w{i}/master": torch.full((1 << 20,), float(step)) for i in range(4)}))
 
 
 def test_killed_in_mid_save(tmp_path):
     """Three processes killed (SIGKILL) while the file beside its place grows: each time the newest state is whole."""
     reached = 0
     for _ in range(3):
-        saver = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        while saver.poll() is None:
+        saver = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(tmp_path,))
+        saver.start()
+        while saver.is_alive():
             # Past its first save, so that there is something to lose, and in the middle of a later one.
             saved = [int(path.stem.removeprefix("step-")) for path in tmp_path.glob("step-*")]
             if max(saved, default=0) > reached and any(tmp_path.glob(".*.tmp")):
@@ -168,8 +162,9 @@ def test_killed_in_mid_save(tmp_path):
                 saver.kill()
                 pytest.fail("no file was seen beside its place")
             time.sleep(0.001)
-        saver.send_signal(signal.SIGKILL)
-        assert saver.wait() == -signal.SIGKILL
+        saver.kill()
+        saver.join()
+        assert saver.exitcode == -signal.SIGKILL
         state = load_state(tmp_path)
         assert state is not None and state.step > reached
         assert all(bool((tensor == state.step).all()) for tensor in state.tensors.values())
