@@ -95,6 +95,12 @@ def program() -> str:
     return shlex.quote(os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here))
 
 
+def without_telemetry() -> None:
+    """Keep OpenVINO, which is imported later, from telling its makers of each import and conversion, by a process for
+    each message. It goes without where the package that sends them is missing."""
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] # an import then fails
+
+
 def lacking(module: str, what: str) -> LinesideError:
     """The error for a package that is not installed: `what` needs it, and the command that installs it.
 

@@ -29,8 +29,10 @@ from torch import Tensor
 from lineside.backends.lm import LanguageModel
 from lineside.backends.reference import Elsewhere, Reference, Steps, Written
 from lineside.errors import LinesideError
+from lineside.machine import without_telemetry
 from lineside.types import Weights
 
+without_telemetry()
 Floats = NDArray[np.float32]
 FACTS = "pipeline.json"  # beside an export: the names of its files, and the settings in which it was checked
 _STATE = re.compile(r"past_key_values\.(\d+)\.(key|value)")

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from lineside.exporting.graphs import INPUTS, Decoder, Embedding, Vision, past_names
+from lineside.machine import without_telemetry
 from lineside.model.vlm import VLM
 
+without_telemetry()
 FILES = {
     "vision": "openvino_vision_embeddings_model.xml",
     "embedding": "openvino_text_embeddings_model.xml",

@@ -123,6 +123,7 @@ class OpenVino:
     """The three graphs in OpenVINO. The keys and values are the decoder's state."""
 
     def __init__(self, folder: Path, facts: dict[str, Any], threads: int) -> None:
+        sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] # it tells nobody
         import openvino  # pyright: ignore[reportMissingImports]
 
         core, more = openvino.Core(), {"INFERENCE_NUM_THREADS": threads} if threads else {}
