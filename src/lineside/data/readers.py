@@ -7,6 +7,7 @@ links and playlists from outside are checked before they are used.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import math
@@ -296,30 +297,34 @@ class VideoReader:
     def _decoded(self, file: Path, planned: list[float]) -> Iterator[bytes]:
         """JPEG bytes of the first frame at or after each planned second."""
         with _video(file) as video:
-            waiting = iter(planned)
+            waiting, turn = iter(planned), None
             second = next(waiting, None)
-            for frame in video.decode(video=0):
+            for number, frame in enumerate(video.decode(video=0)):
                 if second is None:
                     return
+                if number == 0:
+                    turn = _turn_of(frame)
+                elif number == 1:
+                    gc.collect(1)  # a frame whose side data were read is in a circle; megabytes would stay for long
                 data = b""
                 while second is not None and frame.time is not None and frame.time >= second - 1e-3:
                     if not data:
                         out = io.BytesIO()
-                        _upright(frame).save(out, "JPEG", quality=JPEG_QUALITY)
+                        picture = frame.to_image(threads=1)  # a frame would keep the threads of its conversion
+                        picture = picture if turn is None else picture.transpose(turn)
+                        picture.save(out, "JPEG", quality=JPEG_QUALITY)
                         data = out.getvalue()
                     yield data
                     second = next(waiting, None)
 
 
-def _upright(frame: Any) -> PIL.Image.Image:
-    """The picture of a frame as a player shows it: a phone stores its rotation beside the pixels."""
-    picture = frame.to_image()
+def _turn_of(frame: Any) -> PIL.Image.Transpose | None:
+    """How a player turns the frames of a video: a phone stores its rotation beside the pixels of each."""
     matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) != 36:
-        return picture
+        return None
     a, b, _, c, d = struct.unpack_from("<5i", matrix)  # x' = a x + c y, y' = b x + d y, as FFmpeg's display.h says
-    turn = _TURNS.get((np.sign(a), np.sign(b), np.sign(c), np.sign(d)))
-    return picture if turn is None else picture.transpose(turn)
+    return _TURNS.get((np.sign(a), np.sign(b), np.sign(c), np.sign(d)))
 
 
 _TURNS = {  # signs of (a, b, c, d)
