@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
@@ -131,6 +132,21 @@ def test_peft_and_transformers_load_what_was_trained(base: Path, tmp_path: Path,
     again = load_trainable(tmp_path / "sft" / "adapter", replace_alpha(SHAPE))
     torch.testing.assert_close(scored(again), now.detach(), atol=2e-6, rtol=0)  # it goes on
     assert again.adapter is not None and again.adapter.base == base
+
+
+def test_the_same_adapter_is_the_same_file(base: Path, tmp_path: Path) -> None:
+    """Ten times: a header of two texts in a random order would be the same by chance once in five hundred."""
+    found = adapter.stored(shaken(load_trainable(base, SHAPE)))
+    files = set[bytes]()
+    for number in range(10):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        adapter.write(folder, found, base)
+        files.add((folder / adapter.WEIGHTS).read_bytes())
+    assert len(files) == 1
+    with safe_open(tmp_path / "0" / adapter.WEIGHTS, framework="pt") as file:
+        assert set(file.metadata()) == {"format", adapter.BASE}
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in found.tensors.items())
 
 
 def replace_alpha(lora: Lora) -> Lora:

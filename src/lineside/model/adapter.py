@@ -10,6 +10,7 @@ in it: `PeftModel.from_pretrained` loads it on the checkpoint that it was traine
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import warnings
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from lineside.backends.adapters import Rows
@@ -177,7 +178,17 @@ def write(folder: Path, found: Stored, beside: Path) -> None:
         if path.is_file() and ".safetensors" not in path.name:
             shutil.copyfile(path, folder / path.name)
     found.config.save_pretrained(folder)
-    save_file(found.tensors, folder / WEIGHTS, metadata={"format": "pt", BASE: fingerprint(found.base)})
+    data = safetensors_bytes(found.tensors)
+    (folder / WEIGHTS).write_bytes(_with_texts(data, {"format": "pt", BASE: fingerprint(found.base)}))
+
+
+def _with_texts(data: bytes, texts: dict[str, str]) -> bytes:
+    """A safetensors file with texts in its header. safetensors itself writes several in a random order, and the same
+    weights would have another hash each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": texts, **json.loads(data[8:end])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # as the format asks
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def apply(model: Any, folder: Path) -> None:
