@@ -191,7 +191,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise LinesideError(f"{path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise LinesideError(
             f"{path}: cannot be read as Parquet ({reason}); the shard is damaged: write it again"
@@ -204,7 +204,7 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
     # Not by `metadata.schema`: metadata and schema would then refer to each other, and 100 KB for each row group would
     # stay in memory until Python collects reference cycles.
     with _readable(path), pq.ParquetFile(path) as plain:
-        metadata, found = plain.metadata, plain.schema_arrow
+        metadata, found, leaves = plain.metadata, plain.schema_arrow, plain.reader.column_paths
     for wanted in layout.schema:
         index = found.get_field_index(wanted.name)
         if index < 0 and wanted.name in rows.OPTIONAL:
@@ -213,10 +213,9 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
             raise LinesideError(f"{path}: no column {wanted.name!r} ({wanted.type}); it has {', '.join(found.names)}")
         if not _alike(found.field(index).type, wanted.type):
             raise LinesideError(f"{path}: column {wanted.name!r} is {found.field(index).type}; expected {wanted.type}")
-    # Other writers name the inner node of a list differently, so the leaf is looked up.
-    columns = metadata.num_columns if metadata.num_row_groups else 0
-    leaves = [metadata.row_group(0).column(i).path_in_schema for i in range(columns)]
-    pictures = [leaf for leaf in leaves if leaf.startswith(f"{layout.image_column}.") and leaf.endswith(".bytes")]
+    # Other writers name the inner node of a list differently, so the leaf is looked up. Not in a column's metadata: if
+    # they are damaged, Arrow ends the process.
+    pictures = [".".join(leaf) for leaf in leaves if leaf[0] == layout.image_column and leaf[-1] == "bytes"]
     with _readable(path):
         shard = pq.ParquetFile(path, metadata=metadata, read_dictionary=pictures)
     with shard:
@@ -243,8 +242,11 @@ def _alike(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def read_row_group(shard: pq.ParquetFile, path: Path, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """A row group, or some of its columns. Raises LinesideError if it is damaged: text that is not UTF-8, too."""
     with _readable(path):
-        return shard.read_row_group(index, columns=None if columns is None else list(columns))
+        table = shard.read_row_group(index, columns=None if columns is None else list(columns))
+        table.validate(full=True)
+    return table
 
 
 def parse(table: pa.Table, layout: Layout[T], path: Path, first: int) -> Iterator[T]:
