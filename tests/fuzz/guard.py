@@ -164,6 +164,9 @@ def find(
     return Find(broken[0].split("/")[0][:80], broken[0]) if broken else None
 
 
+AGAIN = 0.5  # seconds after which a Hang comes again: one that is raised in a finaliser is lost
+
+
 @contextmanager
 def bounded(seconds: float, size: int) -> Iterator[None]:
     """Stop the block with a Hang after `seconds` of processor time, with a Wait if it waits, and with a Flood if one
@@ -188,7 +191,7 @@ def bounded(seconds: float, size: int) -> Iterator[None]:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         signal.setitimer(signal.ITIMER_REAL, WAITS)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN)
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -62,9 +62,18 @@ def test_changes_are_fixed_by_the_seed_and_keep_forms_whole() -> None:
     assert 60 < whole < 280  # many changes reach beyond the parser, many do not
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_guard_sees_what_a_reader_must_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> None:
         raise LinesideError("no") from ValueError(TOKEN)
+
+    class Last:
+        def __del__(self) -> None:
+            _ = [None for _ in iter(int, 1)]
+
+    def finalised() -> None:
+        Last()  # the first Hang is lost in there
+        _ = [None for _ in iter(int, 1)]
 
     def flooded() -> None:
         with contextlib.suppress(OSError):
@@ -85,6 +94,7 @@ def test_the_guard_sees_what_a_reader_must_not_do(tmp_path: Path, monkeypatch: p
         (lambda: {}["x"], "KeyError"),
         (lambda: [None for _ in iter(int, 1)], "Hang"),
         (lambda: [os.stat(place) for _ in iter(int, 1)], "Hang"),  # the kernel computes
+        (finalised, "Hang"),
         (lambda: time.sleep(60), "Wait"),
         (lambda: os.read(os.pipe()[0], 1), "Wait"),
         (flooded, "Flood"),
