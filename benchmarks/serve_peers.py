@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lineside.model.checkpoint import dtype_of
-from lineside.origin import name_of
+from lineside.model.config import saved_dtype
 from lineside.runtime import dtype_name
 
 HERE = Path(__file__).parent
@@ -186,7 +186,7 @@ def _cores() -> int:
 def _vllm(model: Path) -> list[str]:
     serve = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL]
     serve += ["--port", "8731", "--max-model-len", str(CONTEXT), "--max-num-seqs", "16"]
-    serve += ["--dtype", name_of(dtype_of(model))]
+    serve += ["--dtype", saved_dtype(model)]
     return [*serve, "--kv-cache-memory-bytes", str(1 << 30)]  # enough for them; by default most of the machine's memory
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from lineside import cli
 from lineside.data.checks import inspect
 from lineside.data.store import read_samples, write_frames, write_samples
+from lineside.data.tabular import Form as Tables
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.files import hold
 from lineside.images import image_key
@@ -125,7 +126,7 @@ def test_a_scale_that_writes_a_decimal_comma_is_read_as_it_means(floor: Path) ->
         (floor / "scale.csv").write_text(f"frame;question;answer;truth\n{rows}")
         shutil.rmtree(floor / "out", ignore_errors=True)
         account = import_outcomes(
-            Sources((floor / "scale.csv",), like=floor / "model", decimal=decimal), floor / "out"
+            Sources((floor / "scale.csv",), like=floor / "model", written=Tables(decimal=decimal)), floor / "out"
         )  # fmt: skip
         found = sorted(p.target.value for p in read_samples(floor / "out") if p.target and p.task == "weight")
         return account, found

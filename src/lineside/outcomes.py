@@ -67,7 +67,7 @@ def import_outcomes(
         account = Account()
         rows, answers, logs = sources.read(account)
         forms, roi = like(sources.like)
-        told = join(rows, answers, forms, account, within=within, decimal=sources.decimal)
+        told = join(rows, answers, forms, account, within=within, decimal=sources.written.decimal)
         account.untold = account.answers - len({id(one.answer) for one in told})
         told = told_since(told, sources.since, account)
         pictures = Pictures(sources.frames, {path: log.picture for path, log in logs.items()}, roi)
@@ -96,8 +96,9 @@ def _identity(sources: Sources, noise: Noise, within: float | None) -> str:
     """Hash of everything that decides the prompts but the pictures."""
     digest = hashlib.blake2b(digest_size=8)
     plain = [asdict(noise), within, str(sources.like), str(sources.frames), dict(sources.columns or {})]
-    said = {"written": asdict(sources.written), "decimal": sources.decimal, "since": sources.since}
-    plain += [said] if sources.decimal or sources.since or sources.written != AS_FOUND else []
+    written = asdict(sources.written)
+    said = {"decimal": written.pop("decimal"), "written": written, "since": sources.since}
+    plain += [said] if sources.since or sources.written != AS_FOUND else []
     digest.update(json.dumps(plain, sort_keys=True).encode())
     for path in (*sources.files, *sources.answers):
         with suppress(OSError):  # `Sources.read` says what is wrong

@@ -46,7 +46,7 @@ def report(
     account = Account()
     rows, answers, _ = sources.read(account)
     forms, _ = like(sources.like)
-    joined = join(rows, answers, forms, account, within=within, decimal=sources.decimal)
+    joined = join(rows, answers, forms, account, within=within, decimal=sources.written.decimal)
     told = judged(told_since(joined, sources.since, account), forms, account)
     if sources.since is not None:
         answers = [answer for answer in answers if answer.time is not None and answer.time >= sources.since]

@@ -57,8 +57,7 @@ def judge(
     *,
     log: Path,
     truths: Sequence[Path] = (),
-    form: Form = AS_FOUND,
-    decimal: str | None = None,
+    written: Form = AS_FOUND,
     cell: str = "",
     margin: float,
     out: Path | None = None,
@@ -66,8 +65,7 @@ def judge(
     as_json: bool = False,
 ) -> Comparison:
     """Compare a version with the champion of a cell on the answers of a log. `truths`: tables that tell of them too;
-    `form` and `decimal`: how they, and the numbers in them, are written (None: as they show).
-    `out`: a folder for the pairs that differ and have no truth yet.
+    `written`: how. `out`: a folder for the pairs that differ and have no truth yet.
 
     Raises CheckFailed if the version is worse, TooLittleData if nothing can be said, with the frames that are missing,
     and LinesideError for a log or versions that cannot be used.
@@ -75,10 +73,10 @@ def judge(
     with Registry(folder) as registry:
         second, first = _both(registry, version, cell)
         forms = {
-            task: how for one in (first, second)
-            for task, how in read_forms(registry.files(registry.item(one.model))).items()
+            task: form for one in (first, second)
+            for task, form in read_forms(registry.files(registry.item(one.model))).items()
         }  # fmt: skip
-    found = read_pairs(log, first, second, forms, truths, form, decimal)
+    found = read_pairs(log, first, second, forms, truths, written)
     _tell(found, first, second)
     if out is not None:
         write_atomic(out / OPEN, _table(found))

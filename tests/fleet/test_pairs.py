@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lineside.data.tabular import Form as Tables
 from lineside.errors import CheckFailed, LinesideError, TooLittleData
 from lineside.fleet.pairs import read_pairs
 from lineside.judgement.outcomes import NO_TRUTH, TRUTHS
@@ -120,7 +121,7 @@ def test_a_table_of_truths_may_have_a_decimal_comma(writer: Writer, registry: Pa
     with pytest.raises(LinesideError, match="could be with thousands or with decimals: say `--decimal ,` or"):
         judge(registry, "bins@2", log=writer.path, truths=[path], margin=0.03)
     for sign, count in (",", 300), (".", 301):  # no count is 1.322
-        found = judge(registry, "bins@2", log=writer.path, truths=[path], margin=0.03, decimal=sign)
+        found = judge(registry, "bins@2", log=writer.path, truths=[path], margin=0.03, written=Tables(decimal=sign))
         assert found.overall.n == count
 
 

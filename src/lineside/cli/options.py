@@ -155,4 +155,4 @@ def written(encoding: str | None, delimiter: str | None, decimal: str | None) ->
         raise LinesideError(f"--delimiter {delimiter}: expected one character, such as ';'")
     if decimal not in (None, ",", "."):
         raise LinesideError(f"--decimal {decimal}: expected a comma or a point")
-    return Form(encoding, delimiter, by_options=True)
+    return Form(encoding, delimiter, decimal, by_options=True)

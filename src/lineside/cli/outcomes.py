@@ -86,7 +86,6 @@ def _sources(
         frames,
         {ours: theirs for ours, _, theirs in pairs},
         form,
-        decimal,
         told,
     )
 

@@ -95,8 +95,8 @@ def _trial_judge(
     from lineside.trial import judge
 
     judge(
-        registry, version, log=log, truths=truth or (), form=written(encoding, delimiter, decimal), decimal=decimal,
-        cell=cell, margin=margin, out=out, seed=seed, as_json=as_json,
+        registry, version, log=log, truths=truth or (), written=written(encoding, delimiter, decimal), cell=cell,
+        margin=margin, out=out, seed=seed, as_json=as_json,
     )  # fmt: skip
 
 

@@ -305,7 +305,7 @@ class VideoReader:
                 if number == 0:
                     turn = _turn_of(frame)
                 elif number == 1:
-                    gc.collect(1)  # a frame whose side data were read is in a circle; megabytes would stay for long
+                    gc.collect(1)  # reading side data puts a frame into a reference cycle, with its megabytes
                 data = b""
                 while second is not None and frame.time is not None and frame.time >= second - 1e-3:
                     if not data:

@@ -213,8 +213,8 @@ def open_shard(path: Path, layout: Layout[Any]) -> Iterator[pq.ParquetFile]:
             raise LinesideError(f"{path}: no column {wanted.name!r} ({wanted.type}); it has {', '.join(found.names)}")
         if not _alike(found.field(index).type, wanted.type):
             raise LinesideError(f"{path}: column {wanted.name!r} is {found.field(index).type}; expected {wanted.type}")
-    # Other writers name the inner node of a list differently, so the leaf is looked up. Not in a column's metadata: if
-    # they are damaged, Arrow ends the process.
+    # Other writers name the inner node of a list differently, so the leaf is looked up. Not in a column's metadata:
+    # where these are damaged, Arrow ends the process.
     pictures = [".".join(leaf) for leaf in leaves if leaf[0] == layout.image_column and leaf[-1] == "bytes"]
     with _readable(path):
         shard = pq.ParquetFile(path, metadata=metadata, read_dictionary=pictures)

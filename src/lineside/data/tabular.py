@@ -29,11 +29,12 @@ _SAMPLED = 50  # rows
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How tables are written, as set by the user; None: found from the file. `by_options`: by those of a verb, not in
-    the table section of a task file."""
+    """How tables are written, as set by the user; None: found from the file. `decimal`: the decimal sign of numbers.
+    `by_options`: by those of a verb, not in the table section of a task file."""
 
     encoding: str | None = None
     delimiter: str | None = None
+    decimal: str | None = None
     by_options: bool = False
 
     def told(self, key: str, value: str) -> str:

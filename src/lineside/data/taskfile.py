@@ -718,7 +718,7 @@ class Table(Section):
     @property
     def form(self) -> Form:
         """How text tables are written."""
-        return Form(self.encoding, self.delimiter)
+        return Form(self.encoding, self.delimiter, self.decimal)
 
     @property
     def uncut(self) -> Table:

@@ -41,18 +41,17 @@ class Pairs:
 
 def read_pairs(
     log: Path, first: Version, second: Version, forms: Mapping[str, Form], truths: Sequence[Path] = (),
-    written: Written = AS_FOUND, decimal: str | None = None,
+    written: Written = AS_FOUND,
 ) -> Pairs:  # fmt: skip
     """The pairs of two versions in a log. `forms`: how the answers of each task are compared, where the log does not
-    say it. `truths`: tables that tell of its answers, beside what was told to the server; `written` and `decimal`: how
-    they, and the numbers in them, are written (None: as they show).
+    say it. `truths`: tables that tell of its answers, beside what was told to the server; `written`: how.
 
     Raises LinesideError for a file that is no log or no table.
     """
     found, pairs = Pairs(), {pair[0].place.id: pair for pair in _answered(Log(log), first, second)}
     rows = [row for row, *_ in pairs.values() if row.truth is not None]
     rows += [replace(row, has_answer=False) for path in truths for row in read_file(path, {}, found.account, written)]
-    outcomes = join(rows, [row.place for row, *_ in pairs.values()], forms, found.account, decimal=decimal)
+    outcomes = join(rows, [row.place for row, *_ in pairs.values()], forms, found.account, decimal=written.decimal)
     told = [one for one in outcomes if one.truth is not None]
     for settled in settle(told, forms, NOISE, found.account):
         for one in settled.told:

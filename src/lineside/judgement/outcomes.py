@@ -358,10 +358,10 @@ def _with_points(
     for (row, one), found in zip(told, measured):
         if found is None or by_home[row.place.home] == ".":
             yield one
-        elif (number := read_number(found[0], ",", groups=decimal is not None)) is None:
+        elif (truth := _pointed(*found, groups=decimal is not None)) is None:
             account.leave(NO_TRUTH, one.where, one.truth or "")
         else:
-            yield replace(one, truth=f"{decimal_text(number)}{found[1]}")
+            yield replace(one, truth=truth)
 
 
 def _measured(row: Row, one: Told, forms: Mapping[str, Form]) -> tuple[str, str] | None:
@@ -385,9 +385,13 @@ def with_point(truth: str, form: Form | None) -> str:
         return truth
     sign = DecimalSign()
     sign.note(found[0])
-    if sign.decide() == "." or (number := read_number(found[0], ",")) is None:
-        return truth
-    return f"{decimal_text(number)}{found[1]}"
+    return truth if sign.decide() == "." else _pointed(*found) or truth
+
+
+def _pointed(number: str, unit: str, *, groups: bool = False) -> str | None:
+    """A number with a decimal comma as one with a point, and its unit; None if it is no number."""
+    value = read_number(number, ",", groups=groups)
+    return None if value is None else f"{decimal_text(value)}{unit}"
 
 
 def _decided(home: Path, sign: DecimalSign, semicolons: bool) -> str:

@@ -186,9 +186,9 @@ def _with_texts(data: bytes, texts: dict[str, str]) -> bytes:
     """A safetensors file with texts in its header. safetensors itself writes several in a random order, and the same
     weights would have another hash each time."""
     end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps({"__metadata__": texts, **json.loads(data[8:end])}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # as the format asks
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    head = json.dumps({"__metadata__": texts, **json.loads(data[8:end])}, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)  # as the format asks
+    return len(head).to_bytes(8, "little") + head + data[end:]
 
 
 def apply(model: Any, folder: Path) -> None:

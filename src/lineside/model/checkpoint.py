@@ -31,7 +31,7 @@ from lineside.families import Family, family_named
 from lineside.files import leads_out, make_folder, rename, replace_folder, settle
 from lineside.model import adapter
 from lineside.model import efficientnet as _efficientnet  # noqa: F401 # registers the tower
-from lineside.model.config import STATED, base_of, dtype_name, is_adapter, read_config, read_json, stated_dtype
+from lineside.model.config import STATED, base_of, is_adapter, read_config, read_json, saved_dtype, stated_dtype
 from lineside.model.hub import OWN_CODE
 from lineside.model.render import TAGS, is_ours
 from lineside.model.sizes import MOST_LAYERS, check_layers, check_sizes
@@ -289,7 +289,7 @@ def family_of_config(config: dict[str, Any], folder: Path) -> type[Family]:
 
 def dtype_of(folder: Path) -> torch.dtype:
     """The number format in which a checkpoint was saved. Raises LinesideError as `read_config` does."""
-    return getattr(torch, dtype_name(folder))
+    return getattr(torch, saved_dtype(folder))
 
 
 def family_of(folder: Path) -> Family:

@@ -45,7 +45,7 @@ def stated_dtype(config: dict[str, Any]) -> str | None:
     return name if name in STATED else None
 
 
-def dtype_name(folder: Path) -> str:
+def saved_dtype(folder: Path) -> str:
     """The number format in which a checkpoint was saved: `bfloat16` or `float32`. Raises LinesideError as
     `read_config` does."""
     return stated_dtype(read_config(folder)) or "float32"

@@ -306,7 +306,8 @@ def _named(kind: type[BaseModel], error: ValidationError) -> ApiError:
             told = f"`{name}` is not known here: state the form of the answer as `response_format`"
             return ApiError(400, told, code="unsupported_parameter", param=where)
         near = get_close_matches(name, kind.model_fields, n=1) if len(first["loc"]) == 1 else []
-        near = near or [f"lineside.{name}"] * (name in Lineside.model_fields and "lineside" in kind.model_fields)
+        if not near and name in Lineside.model_fields and "lineside" in kind.model_fields:
+            near = [f"lineside.{name}"]
         return ApiError(
             400, f"unknown field `{where}`{f'; did you mean `{near[0]}`?' if near else ''}",
             code="unknown_parameter", param=where,

@@ -25,8 +25,8 @@ EXPECTED = "a table (.csv, .tsv, .jsonl) or the file of `lineside serve --outcom
 class Sources:
     """Where outcomes and what belongs to them lie. `files`: tables and servers' logs. `answers`: logs of answers that
     `files` tell about. `like`: a checkpoint or samples, which say how answers are compared. `frames`: pictures.
-    `written`, `decimal`: how tables, and the numbers of their truths, are written; None: as they show. `since`: seconds
-    since 1970; None: of any time."""
+    `written`: how tables, and the numbers of their truths, are written. `since`: seconds since 1970; None: of any
+    time."""
 
     files: tuple[Path, ...]
     answers: tuple[Path, ...] = ()
@@ -34,7 +34,6 @@ class Sources:
     frames: Path | None = None
     columns: Mapping[str, str] | None = None
     written: Written = AS_FOUND
-    decimal: str | None = None
     since: float | None = None
 
     def read(self, account: Account) -> tuple[list[Row], list[Logged], dict[Path, Log]]:

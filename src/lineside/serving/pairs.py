@@ -17,7 +17,7 @@ from lineside.errors import LinesideError
 from lineside.files import fingerprint
 from lineside.judgement.schema import Evaluation, read_evaluation
 from lineside.machine import vllm_problem
-from lineside.model.config import dtype_name
+from lineside.model.config import saved_dtype
 from lineside.strict import read_record
 from lineside.types import NO_VLLM, EngineName, VllmAt, Weights
 
@@ -75,7 +75,7 @@ def why_not(checkpoint: Path, pair: EnginePair, vllm: VllmAt = NO_VLLM) -> str:
 def judged(checkpoint: Path, files: Sequence[Path] = ()) -> dict[EnginePair, list[Evaluation]]:
     """The evaluations of these weights in the number format in which they are served, by pair. `files`: evaluations to
     look at besides those in the run's folder. Raises LinesideError if one of `files` is none."""
-    dtype, mark = dtype_name(checkpoint), fingerprint(checkpoint)
+    dtype, mark = saved_dtype(checkpoint), fingerprint(checkpoint)
     found: dict[EnginePair, list[Evaluation]] = {}
     for path in (*files, *_beside(checkpoint)):
         try:
@@ -142,7 +142,7 @@ def allowed(
         raise LinesideError(f"{checkpoint} is not served by {pair}: {why}")
     pair = EnginePair(engine or "local", weights or "full")
     asked = f" by {pair}" if engine or weights else ""
-    asked += f" in {dtype_name(checkpoint)}"
+    asked += f" in {saved_dtype(checkpoint)}"
     others = f"; it was by {', '.join(map(str, known))}" if known else ": no evaluation of these weights is known"
     raise LinesideError(
         f"{checkpoint} was not judged{asked}{others}. Judge it:\n"
