@@ -27,7 +27,8 @@ GROCERY ?= ../shared/data/grocery
 TORCH_INDEX ?=
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# --no-compile: Python compiles what it imports, a small part of 21,000 modules. That saves a third of the installation.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 # Two cores and small matrices: with one thread each, two processes do not compete for cores.
