@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing.synchronize
 import platform
 import subprocess
 import sys
@@ -83,6 +85,22 @@ def test_an_import_that_fails_anywhere_names_its_extra() -> None:
     message, status = explain(ModuleNotFoundError("No module named 'av'", name="av"))
     assert (status, "pip install 'lineside[video]'" in message) == (2, True)
     assert explain(ModuleNotFoundError("No module named 'x'", name="x"))[1] == 70
+
+
+def test_a_machine_on_which_processes_can_share_no_lock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose /dev/shm its user may not write to."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(multiprocessing.synchronize._multiprocessing, "SemLock", refused)
+    with pytest.raises(PermissionError) as found:
+        multiprocessing.get_context("spawn").Lock()
+    message, status = explain(found.value)
+    assert status == 2 and "/dev/shm must be there and writable" in message and "Permission denied" in message
+    with pytest.raises(PermissionError) as found:
+        refused()
+    assert explain(found.value)[1] == 70
 
 
 def test_only_torchrun_makes_several_processes_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The errors of a verb: bad input (exit status 2), a failed check (1), too little data for a check (3)."""
 
 import errno
+from pathlib import Path
+from traceback import walk_tb
 
 
 class LinesideError(Exception):
@@ -40,6 +42,13 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def lacks_semaphores(error: BaseException) -> bool:
+    """Whether Python could not make a lock that processes share. It lies in /dev/shm, which some containers lack, or do
+    not let a user write to."""
+    frames = (frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__))
+    return isinstance(error, OSError) and any(Path(name).parts[-2:] == _LOCKS for name in frames)
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, is a lack of memory. torch says so by text alone on a CPU, and by a
     type of its own on a GPU."""
@@ -52,6 +61,7 @@ def lacks_memory(error: BaseException) -> bool:
     return False
 
 
+_LOCKS = ("multiprocessing", "synchronize.py")  # where the standard library makes them
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory", f"[Errno {errno.ENOMEM}]")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = tuple(

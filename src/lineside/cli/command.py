@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from lineside import __version__, progress
-from lineside.errors import LinesideError, disk_is_full, lacks_memory
+from lineside.errors import LinesideError, disk_is_full, lacks_memory, lacks_semaphores
 from lineside.machine import extra_of, lacking, launched, prepare
 from lineside.stages import TABLE
 
@@ -105,6 +105,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"the disk is full{where}; finished work is kept: make room and run the same command again", 2
     if isinstance(error, BrokenPipeError):
         return "the program that read the output has ended", PIPE
+    if lacks_semaphores(error):
+        return f"processes cannot share a lock here: /dev/shm must be there and writable ({error})", 2
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, ModuleNotFoundError) and error.name and extra_of(error.name):
