@@ -8,10 +8,13 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from lineside.machine import end_with_parent
 from lineside.types import Rollout, Thinking
 
 settings.register_profile("lineside", deadline=None)  # a busy machine is slow; no test asserts a time
@@ -33,6 +37,64 @@ if (
 def pytest_configure() -> None:
     """Flush nothing to the disk: what a power cut takes is tested in processes of their own (tests/torture)."""
     os.fsync = lambda fd: None
+
+
+class Forks:
+    """A process that runs functions of tests in forks of itself, one after the other. It is forked from this one when
+    all tests are imported and none has run: to import torch takes seconds, and a process that has computed a gradient
+    has none in its forks."""
+
+    def __init__(self) -> None:
+        self._asks, asked = Pipe()
+        if os.fork() == 0:
+            end_with_parent()
+            os.closerange(3, asked.fileno())  # pytest's pipes: who reads them waits for their last writer
+            os.closerange(asked.fileno() + 1, 1024)
+            _run_forks(asked)
+        asked.close()
+
+    def run(self, work: Callable[[Path], object], folder: Path) -> tuple[int, str]:
+        """What `work(folder)` ends with in a process of its own (negative: the signal), and what it has said."""
+        self._asks.send((work, folder))
+        return self._asks.recv(), (folder / SAID).read_text()
+
+
+SAID = "said.txt"
+
+
+def _run_forks(asked: Connection) -> None:
+    while True:
+        try:
+            work, folder = asked.recv()
+        except BaseException:  # the tests have ended
+            os._exit(0)
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                for stream in (1, 2):
+                    os.dup2(os.open(folder / SAID, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
+                sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+                work(folder)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(status)
+        asked.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Only the processes that run tests have collected any."""
+    if any("forks" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.stash[_FORKS] = Forks()
+
+
+_FORKS = pytest.StashKey[Forks]()
+
+
+@pytest.fixture
+def forks(pytestconfig: pytest.Config) -> Forks:
+    return pytestconfig.stash[_FORKS]
 
 
 @dataclass

@@ -1,14 +1,10 @@
-"""Retrainings in processes of their own, forked from one that has imported everything; one of them is killed.
-
-python -m tests.retrained FOLDER      what it finds lies in the folder as found.json
-"""
+"""Retrainings in processes of their own, forked from one that has imported everything; one of them is killed."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -76,8 +72,20 @@ def _killed(number: int, work: Callable[[], int]) -> int:
         return work()
 
 
-def main(folder: Path) -> dict[str, object]:
-    """A retraining that is killed and goes on, and the same one unbroken; then the gate."""
+def killed_and_unbroken(folder: Path) -> None:
+    """A retraining that is killed and goes on, and the same one unbroken; then the gate. What is found lies in the
+    folder as found.json."""
+    torch.set_num_threads(1)
+    with (
+        patch.object(lineside.plan, "measure_matrix_rate", lambda *_, **__: 420e9),
+        patch.object(lineside.training.stage, "matrix_rate", lambda *_: 1e9),
+        patch.object(lineside.train, "close_run", lambda *_: None),  # the report: other tests read it
+    ):
+        result = _found(folder)
+    (folder / "found.json").write_text(json.dumps(result))
+
+
+def _found(folder: Path) -> dict[str, object]:
     make_floor(folder)
     registry = ("--registry", folder / "registry")
     statuses = [call("register", folder / "runs" / "tiny", "--name", "bins", *registry)[0]]
@@ -107,14 +115,3 @@ def main(folder: Path) -> dict[str, object]:
         "models": json.loads(call("models", "--json", *registry)[1])["models"],
         "said": {out: (folder / f"{out}.txt").read_text() for out in ("broken", "whole")},
     }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with (
-        patch.object(lineside.plan, "measure_matrix_rate", lambda *_, **__: 420e9),
-        patch.object(lineside.training.stage, "matrix_rate", lambda *_: 1e9),
-        patch.object(lineside.train, "close_run", lambda *_: None),  # the report: other tests read it
-    ):
-        result = main(Path(sys.argv[1]))
-    (Path(sys.argv[1]) / "found.json").write_text(json.dumps(result))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,18 +20,14 @@ from lineside.registry.store import Registry
 from lineside.retrain import Request
 from lineside.rlvr import checked_prompts
 from lineside.types import Image, Sample, Target
-from tests.conftest import picture
-from tests.retrained import call, make_floor
+from tests.conftest import Forks, picture
+from tests.retrained import call, killed_and_unbroken, make_floor
 from tests.test_train import rows
 
-ROOT = Path(__file__).parents[1]
 
-
-def test_killed_and_run_again_it_goes_on_to_the_gate(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.retrained", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=3000
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_killed_and_run_again_it_goes_on_to_the_gate(forks: Forks, tmp_path: Path) -> None:
+    status, said = forks.run(killed_and_unbroken, tmp_path)
+    assert status == 0, said[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     said = found["said"]
     assert found["statuses"][:3] == [0, 0, -9] and max(found["states"]).startswith("step-00000003"), said
