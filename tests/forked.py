@@ -348,12 +348,23 @@ def dead(runtime: Runtime, folder: Path, **given: Any) -> None:
 
 
 def equal(folder: Path) -> dict[str, Any]:
-    """All stages by one process and by two; muon by one and by two."""
+    """All stages by one process and by two; a rank without a tree; a run that is stopped and goes on; an alarm."""
     found: dict[str, Any] = {"status": [run(small, count, folder / f"small-{count}") for count in (1, 2)]}
     found["small"] = difference(folder / "small-1", folder / "small-2")
     found["status"] += [run(lonely, count, folder / f"lonely-{count}") for count in (1, 2)]
     found["lonely"] = [difference(folder / "lonely-1" / name, folder / "lonely-2" / name) for name in ("sft", "rlvr")]
     found["blank"] = [json.loads((folder / name / "blank.json").read_text()) for name in ("small-2", "lonely-2")]
+    found["halted"] = [run(partial(odd, halt_on=("loss_spike",)), 2, folder / "odd")]
+    found["halted"] += [json.loads((folder / "odd" / "sft" / "warnings.jsonl").read_text())["samples"]]
+    found["halted"] += [[p.name for p in (folder / "odd" / "sft" / "state").glob("*")]]
+    found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100, optimizer="muon")
+    return found
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """One stage with each setting that ranks share in another way, by one process and by two; what a rank holds; and
+    what stops all of them."""
+    found: dict[str, Any] = {"status": []}
     for machines in (1, 2):
         found["status"].append(run(counted, 2, there := folder / f"counted-{machines}", machines=machines))
         found[f"held-{machines}"] = json.loads((there / "held.json").read_text())
@@ -368,16 +379,12 @@ def equal(folder: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (there / "sft" / "not_finite" / "responses.jsonl").read_text().splitlines()]
     names = [sorted({row["sample"][:5] for row in rows if row["finite"] is finite}) for finite in (False, True)]
     found["poisoned"] = [stopped, *names, rows[0]["step"], [p.name for p in (there / "sft" / "state").glob("*")]]
-    found["halted"] = [run(partial(odd, halt_on=("loss_spike",)), 2, folder / "odd")]
-    found["halted"] += [json.loads((folder / "odd" / "sft" / "warnings.jsonl").read_text())["samples"]]
-    found["halted"] += [[p.name for p in (folder / "odd" / "sft" / "state").glob("*")]]
-    found["left"] = left(folder, "sft", "features", steps=3, pack_tokens=100, optimizer="muon")
     found["collapsed"] = [run(partial(collapsed, halt_on=("one_answer",)), 2, folder / "collapsed")]
     found["collapsed"] += [json.loads((folder / "collapsed" / "rlvr" / "warnings.jsonl").read_text())["samples"]]
     found["dead"] = [run(partial(dead, steps=6, halt_on=("dead_groups",)), 2, there := folder / "dead")]
     found["dead"] += [[row["step"] for row in logged(there / "rlvr")], len(read_metrics(there / "rlvr" / WARNINGS))]
     found["dead"] += [[p.name for p in (there / "rlvr" / "state").glob("*")]]
-    if importlib.util.find_spec("peft"):
+    if lora:
         adapter = partial(one_stage, lora=True)
         found["lora-status"] = [run(adapter, count, folder / f"lora-{count}") for count in (1, 2)]
         found["lora"] = difference(folder / "lora-1", folder / "lora-2")
@@ -457,8 +464,11 @@ def resumed(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    make_tiny_vlm()  # and what is imported where it is first used
     scenario, where = sys.argv[1], Path(sys.argv[2])
-    result = {"equal": equal, "long": long, "finished": finished, "resumed": resumed}[scenario](where)
+    write_samples(where / "none", frame_samples(0))
+    scenarios = {"equal": equal, "settings": settings, "long": long, "finished": finished, "resumed": resumed}
+    result = scenarios[scenario](where)
     for kept in where.glob("*/"):
         shutil.rmtree(kept)
     (where / "found.json").write_text(json.dumps(result))
