@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lineside import cli
 from lineside import export as verb
+from lineside.exporting import check as checking
 from lineside.exporting import targets
 from lineside.model.checkpoint import load, save
 from lineside.model.features import FeatureStore
@@ -33,6 +34,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "NEW_TOKENS", 4)
+
+
 def run(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(cli.app, ["export", *map(str, words)])
     return result.exit_code, " ".join(result.output.split())
@@ -43,8 +49,8 @@ def run(*words: object) -> tuple[int, str]:
     [
         ("gguf", "fp32", 5e-3),
         ("openvino", "fp32", 1e-4),
-        ("openvino", "int8", 0.5),
-        ("onnx", "fp32", 1e-4),
+        pytest.param("openvino", "int8", 0.5, marks=pytest.mark.slow),  # its decoder: backends/test_openvino.py
+        pytest.param("onnx", "fp32", 1e-4, marks=pytest.mark.slow),  # its decoder: exporting/test_graphs.py
         ("merged", "fp32", 1e-5),
         ("merged", "bf16", 0.5),
     ],
@@ -102,6 +108,7 @@ def same_answers(checkpoint: Path, folder: Path, weights: str) -> None:
         assert a.sampler_logprobs[1] == pytest.approx(b.sampler_logprobs[1], abs=1e-4 if weights == "fp32" else 0.5)
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_the_place_is_beside_the_checkpoint_and_replaced_whole(checkpoint: Path) -> None:
     place = checkpoint.parent / "export" / "merged-bf16"
     assert run(checkpoint, "--to", "merged")[0] == 0
@@ -111,6 +118,7 @@ def test_the_place_is_beside_the_checkpoint_and_replaced_whole(checkpoint: Path)
     assert {path.name for path in place.parent.iterdir()} == {"merged-bf16"}
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_an_export_that_is_not_the_checkpoint_does_not_replace_one(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ def test_the_files_hold_the_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "lm, weights, kind",
     [
-        ("llama", "fp32", "nano"),
+        pytest.param("llama", "fp32", "nano", marks=pytest.mark.slow),  # as in test_export.py
         ("llama", "q8_0", "chatml"),
         ("qwen2", "bf16", "nano"),
         ("qwen3", "fp32", "headers"),

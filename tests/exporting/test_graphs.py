@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lineside.exporting import onnx_files
 from lineside.exporting.graphs import Decoder, Vision
 from lineside.exporting.openvino_files import quantised
 from tests.exporting.conftest import lively
@@ -31,6 +34,25 @@ def test_the_decoder_continues_a_shared_prefix_by_rows(lm: str) -> None:
         )
         torch.testing.assert_close(logits[:, 0], dense[:, end - 1], atol=1e-5, rtol=1e-5)
         rows = torch.arange(3)
+
+
+@torch.no_grad()
+def test_the_onnx_file_of_a_decoder_computes_it_at_any_number_of_rows_and_tokens(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+    vlm = lively()
+    del vlm.language_model.layers[1:]
+    vlm.language_model.config.num_hidden_layers = 1
+    onnx_files.write_decoder(vlm, tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / onnx_files.FILES["decoder"])
+    graph, generator = Decoder(vlm, reorder=False).eval(), torch.Generator().manual_seed(0)
+    for rows, past, new in ((1, 0, 5), (3, 4, 1)):
+        kept = [torch.randn(part.shape, generator=generator) for part in graph.empty(rows, past)]
+        places = torch.arange(past, past + new).expand(rows, -1)
+        given = torch.randn(rows, new, 32, generator=generator), torch.ones(rows, past + new).long(), places, *kept
+        names = [one.name for one in session.get_inputs()]
+        found = session.run(None, {name: one.numpy() for name, one in zip(names, given, strict=True)})
+        for one, want in zip(found, graph(*given), strict=True):
+            torch.testing.assert_close(torch.from_numpy(one), want, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -1,18 +1,15 @@
 """llama.cpp, by the wheel `xllamacpp`: its server runs in a process of its own and is asked over HTTP on this machine.
 
-A process of its own, because llama.cpp ends the whole process on some bad files. Run as a module, this file is that
-process: python -m lineside.exporting.llama_cpp MODEL MMPROJ CONTEXT.
+A process of its own (llama_server.py), because llama.cpp ends the whole process on some bad files.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import importlib
 import importlib.metadata
 import io
 import json
-import os
 import subprocess
 import sys
 import urllib.error
@@ -25,6 +22,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from lineside.errors import LinesideError
+from lineside.exporting import llama_server
 from lineside.exporting.engines import PromptRefused, Response, shown_as
 from lineside.exporting.gguf_files import PICTURES, TEXT
 from lineside.model.vlm import VLM
@@ -122,7 +120,14 @@ def _png(picture: PILImage.Image) -> str:
 @contextlib.contextmanager
 def running(vlm: VLM, folder: Path) -> Iterator[LlamaCpp]:
     """A server with the export in `folder`, ended at the end. Raises LinesideError if llama.cpp cannot load it."""
-    command = [sys.executable, "-m", __name__, str(folder / TEXT), str(folder / PICTURES), str(vlm.context)]
+    command = [
+        sys.executable,
+        "-m",
+        llama_server.__name__,
+        str(folder / TEXT),
+        str(folder / PICTURES),
+        str(vlm.context),
+    ]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -134,24 +139,3 @@ def running(vlm: VLM, folder: Path) -> Iterator[LlamaCpp]:
             yield LlamaCpp(address.strip(), vlm)
         finally:
             process.kill()
-
-
-def main() -> None:
-    """Load the files, print the server's address, and run until standard input closes."""
-    xllamacpp: Any = importlib.import_module("xllamacpp")  # it has no types
-    model, mmproj, context = sys.argv[1:]
-    settings = xllamacpp.CommonParams()
-    settings.model.path, settings.mmproj.path = model, mmproj
-    settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = int(context), 1, False, 0
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    # Its threads wait for one another without sleep: as many as there are cores are slow where other work runs.
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
-    server = xllamacpp.Server(settings)
-    print(server.listening_address, flush=True)
-    sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()

@@ -38,6 +38,13 @@ def write(vlm: VLM, folder: Path, step: Callable[[str], None]) -> None:
         ["input_ids"], ["embeddings"], ({0: rows, 1: rows},),
     )  # fmt: skip
     step("language model")
+    write_decoder(vlm, folder)
+
+
+@torch.no_grad()
+def write_decoder(vlm: VLM, folder: Path) -> None:
+    """Write the graph of the language model alone."""
+    rows = Dim.DYNAMIC
     graph = Decoder(vlm, reorder=False)
     past = graph.empty(2, 3)
     width = vlm.model.get_input_embeddings().weight.shape[1]
