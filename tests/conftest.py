@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer.testing
 from hypothesis import settings
 
 from lineside.machine import end_with_parent
@@ -37,6 +39,17 @@ if (
 def pytest_configure() -> None:
     """Flush nothing to the disk: what a power cut takes is tested in processes of their own (tests/torture)."""
     os.fsync = lambda fd: None
+    typer.testing._get_command = _built  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _built(app: typer.Typer) -> Any:
+    """The command of an app, made once: typer makes that of all verbs anew at each call, in 0.1 seconds."""
+    return _command(app, len(app.registered_commands), len(app.registered_groups))
+
+
+@cache
+def _command(app: typer.Typer, *_: int) -> Any:
+    return typer.main.get_command(app)
 
 
 class Forks:
