@@ -76,9 +76,17 @@ set -e
 mount -t tmpfs -o size={size} tmpfs {place}
 cp -a {registry} {place}/registry
 {prepare}
-set +e
-for words in {words}; do {python} -c 'from lineside.cli import main; main()' $(echo $words | tr , ' ') \
-  --registry {place}/registry; echo "status $?"; done
+exec {python} -c '{verbs}' {place}/registry {words}
+"""
+VERBS = """
+import os, sys
+import lineside.models
+from lineside.cli import main
+for words in sys.argv[2:]:
+    if os.fork() == 0:
+        sys.argv = ["lineside", *words.split(","), "--registry", sys.argv[1]]
+        sys.exit(main())
+    print("status", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
@@ -87,7 +95,7 @@ def mounted(tmp_path: Path, prepare: str, *words: str) -> subprocess.CompletedPr
     (tmp_path / "mount").mkdir()
     script = MOUNTED.format(
         size="400k", place=tmp_path / "mount", registry=tmp_path / "registry", prepare=prepare,
-        python=sys.executable, words=" ".join(word.replace(" ", ",") for word in words),
+        python=sys.executable, verbs=VERBS, words=" ".join(word.replace(" ", ",") for word in words),
     )  # fmt: skip
     return subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, env=ENVIRONMENT)
 
