@@ -9,7 +9,9 @@ from datetime import date as Date
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lineside import cli
 from lineside.data.dispatch import BudgetReached
 from lineside.data.prompts import load_prompts
 from lineside.data.store import read_frames, read_samples
@@ -238,12 +240,15 @@ def test_a_wrong_key_ends_the_job_and_is_not_told(shop: Path, monkeypatch: pytes
 
 
 def test_the_command_says_what_is_wrong(shop: Path) -> None:
+    said = {}
     with serving(faults=0.0, latency=0.0) as (url, _):
-        assert Job(shop, "a", url, words=["--budget-usd", "3"]).start().wait() == 2
-        assert Job(shop, "b", url, words=["--budget-requests", "10"]).start().wait() == 1
-        assert Job(shop, "c", url, words=["--shard", "3/3"]).start().wait() == 2
-        assert Job(shop, "d", url, words=["--body", "{"]).start().wait() == 2
-    said = {name: (shop / f"{name}.err").read_text() for name in "abcd"}
+        for name, words, status in (
+            ("a", ["--budget-usd", "3"], 2), ("b", ["--budget-requests", "10"], 1), ("c", ["--shard", "3/3"], 2),
+            ("d", ["--body", "{"], 2),
+        ):  # fmt: skip
+            done = CliRunner().invoke(cli.app, ["label", *Job(shop, name, url, words=words).words])
+            assert done.exit_code == status, done.output
+            said[name] = done.stderr
     assert "--usd-in and --usd-out" in said["a"]
     assert "the budget of 10 requests does not allow another request: " in said["b"]
     assert "run again with a larger budget to continue" in said["b"]
