@@ -193,8 +193,9 @@ def test_the_line_from_parts_to_a_judged_model(
 def test_settings_of_a_stage_may_change_until_it_has_begun(tmp_path: Path) -> None:
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
-    folder = train(recipe(tmp_path, controls="[]"), last="align")
-    changes: dict[str, object] = {"controls": "[]", "sft.epochs": 2, "rlvr.epochs": 0.5}
+    unjudged: dict[str, object] = {"controls": "[]", "evaluate.splits": "[]"}
+    folder = train(recipe(tmp_path, **unjudged), last="align")
+    changes = {**unjudged, "sft.epochs": 2, "rlvr.epochs": 0.5}
     written = folder / "recipe.yaml"  # as if an earlier version had written it, with old names of keys
     written.write_text(
         written.read_text().replace("  min_lr_ratio:", "  floor:").replace("  no_think_share:", "  fast:", 1)
@@ -244,9 +245,10 @@ def test_a_run_keeps_the_number_format_it_began_with(tmp_path: Path, monkeypatch
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(6)) + rows("heldout", range(30, 33)))
     monkeypatch.setattr(lineside.runtime, "_faster", lambda: torch.bfloat16)
-    folder = train(recipe(tmp_path, dtype="auto"), last="align")
+    auto = recipe(tmp_path, dtype="auto", **{"evaluate.splits": "[]", "sft.epochs": 2})
+    folder = train(auto, last="align")
     monkeypatch.setattr(lineside.runtime, "_faster", lambda: torch.float32)  # a busy neighbour
-    train(recipe(tmp_path, dtype="auto"), last="sft")
+    train(auto, last="sft")
     assert dtype_of(folder / "sft" / "checkpoint") == torch.bfloat16
     recorded = load_recipe(folder / "recipe.yaml")  # what auto stood for
     assert recorded.device in ("cpu", "cuda") and recorded.dtype == "bf16"
@@ -257,7 +259,7 @@ def test_a_first_look_is_taken_of_few_frames_and_costs_nothing_twice(
 ) -> None:
     save_parts(tmp_path, "siglip")
     frames = {"families": ["returns"], "frames": {"train": 5, "dev": 1, "heldout": 2, "shifted": 0}, "size": 56}
-    few = recipe(tmp_path, **{"data.samples": "null", "data.simulate": json.dumps(frames)})
+    few = recipe(tmp_path, workers=1, **{"data.samples": "null", "data.simulate": json.dumps(frames)})
     run = _Run(few, few.folder)
     rendered: list[int] = []
     monkeypatch.setattr(lineside.train, "simulate", lambda *a, **k: rendered.append(simulate(*a, **k)))
@@ -299,8 +301,10 @@ def test_what_is_mixed_in_is_trained_on_and_may_not_be_judged(tmp_path: Path) ->
     save_parts(tmp_path, "siglip")
     write_samples(tmp_path / "samples", rows("train", range(8)) + rows("heldout", range(30, 34)))
     write_samples(tmp_path / "more", rows("train", range(40, 44)))
-    folder = train(recipe(tmp_path, **{"data.mix": [{"samples": str(tmp_path / "more"), "weight": 0.5}]}), last="align")
-    alone = train(recipe(tmp_path, name="alone"), last="align")
+    unjudged: dict[str, object] = {"evaluate.splits": "[]"}
+    mixed = {"data.mix": [{"samples": str(tmp_path / "more"), "weight": 0.5}]}
+    folder = train(recipe(tmp_path, **unjudged, **mixed), last="align")
+    alone = train(recipe(tmp_path, name="alone", **unjudged), last="align")
     assert sum(s["tokens"] for s in _rows(folder)) == pytest.approx(
         1.5 * sum(s["tokens"] for s in _rows(alone)), rel=0.1
     )

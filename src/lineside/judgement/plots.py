@@ -6,6 +6,7 @@ CSS variable. Text stays text (it uses the page's font and can be searched), and
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,8 +45,8 @@ class Series:
     """One logged number of a stage over its steps; values may have gaps."""
 
     name: str
-    steps: Sequence[float]
-    values: Sequence[float]
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
 
 
 def colour_of(stage: str) -> str:
@@ -187,6 +188,7 @@ def reliability_diagram(found: CalibrationError, stage: str) -> Markup:
         return _svg(figure, "reliability")
 
 
+@functools.lru_cache(maxsize=256)  # a run writes its report after each stage, with the curves of those before it
 def training_curve(series: Series, stage: str) -> Markup:
     """One logged number: every step faint, its running mean in front."""
     with _figure(2.6, 1.45) as (figure, axes):
