@@ -125,14 +125,15 @@ sys.addaudithook(_hook)
 
 @contextmanager
 def watched(place: Path, free: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """What the block touches and must not. `place`: where it may write, besides what begins with one of `free`."""
+    """What the block touches and must not. `place`: where it may write, besides what begins with one of `free`. A
+    module that it imports is compiled, but not kept beside its source: that would be a write elsewhere."""
     global _watch
-    own = _Watch(Path(os.path.realpath(place)), ("/dev/", "/proc/", *free))
-    _watch = own
+    own, kept_none = _Watch(Path(os.path.realpath(place)), ("/dev/", "/proc/", *free)), sys.dont_write_bytecode
+    _watch, sys.dont_write_bytecode = own, True
     try:
         yield own.broken
     finally:
-        _watch = None
+        _watch, sys.dont_write_bytecode = None, kept_none
 
 
 def limit_memory(beyond: int = MEMORY) -> None:
