@@ -305,8 +305,8 @@ def test_minutes_are_read_ahead_once_their_speed_is_known(
 
     with monkeypatch.context() as clock:  # a second each time that a stage looks at it
         clock.setattr(lineside.training.stage, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
-        found = run(runtime, "measured", max_minutes=0.3)
-    budget = read_budget(tmp_path / "measured", 0.3)
+        found = run(runtime, "measured", max_minutes=0.2)
+    budget = read_budget(tmp_path / "measured", 0.2)
     assert budget is not None
     unread = 1 + budget.measured + 1  # the first one measured does not count; then the first that does
     assert len(here) > unread + 4 and all(here[:unread])
