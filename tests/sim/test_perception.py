@@ -133,7 +133,7 @@ def test_severities_are_those_of_the_simulator() -> None:
 
 def test_real_frames_misread(real_frames) -> None:
     for family in FAMILIES:
-        for frame in real_frames(family, 12):
+        for frame in real_frames(family, 6):
             enriched = enrich(replace(frame, split="train"))
             for caption in captions(look(enriched, 0.2), 4):
                 assert all(true for _, true in claims(look(enriched, 0.2), caption)), caption
