@@ -34,7 +34,7 @@ def make(summary_arguments: dict[str, Any]) -> Make:  # noqa: F811
         return evaluation, {one.id: one for one in rows}
 
     def made(
-        name: str, count: int = 400, *, lost: int = 0, gained: int = 0, p95: tuple[float, float] | None = None,
+        name: str, count: int = 200, *, lost: int = 0, gained: int = 0, p95: tuple[float, float] | None = None,
         forgot: Sequence[float] = (), **second: Any,
     ) -> Answered:  # fmt: skip
         def rows(right: Callable[[int], bool], **changed: Any) -> list[Row]:
@@ -64,7 +64,7 @@ def test_equal_models_pass_and_every_check_is_made(make: Make) -> None:
     assert {name: check.verdict for name, check in found.checks.items()} == dict.fromkeys(
         ("valid traces", "confidence", "length", "latency", "forgetting", "records"), "passed"
     )
-    assert list(found.exact.suites) == ["a", "b"] and found.exact.overall.n == 800
+    assert list(found.exact.suites) == ["a", "b"] and found.exact.overall.n == 400
     assert decided(make("a")).exact.suites == {}  # one suite is all that there is
 
 
