@@ -12,13 +12,15 @@ import importlib.util
 import io
 import json
 import math
+import multiprocessing
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from PIL import Image as Pil
 
 from lineside.data.store import write_samples
 from lineside.files import write_atomic
+from lineside.machine import end_with_parent
 from lineside.model.checkpoint import save
 from lineside.model.nano import train_tokenizer
 from lineside.model.parts import assemble, load_language_model
@@ -34,6 +37,7 @@ from lineside.types import Image, Meta, Sample, Source, Target
 from lineside.verify.judge import judge
 
 OUT = Path(__file__).parent / "out"
+P = ParamSpec("P")
 
 # Each is one token of SmolLM2, with and without a space before it, and of the tiny tokenizer.
 WORDS = """
@@ -273,6 +277,23 @@ def memory(name: str) -> int:
     would count what its parent held."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) * 1024
+
+
+def apart(run: Callable[Concatenate[Connection, P], None], *args: P.args, **kwargs: P.kwargs) -> Any:
+    """What `run` sends over its connection, from a fresh process, which ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_apart, args=(run, theirs, args, kwargs))
+    process.start()
+    theirs.close()
+    found = ours.recv()
+    process.join()
+    return found
+
+
+def _apart(run: Callable[..., None], line: Connection, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    end_with_parent()
+    run(line, *args, **kwargs)
 
 
 class Alternating:

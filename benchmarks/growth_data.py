@@ -15,14 +15,13 @@ benchmarks/out; makes no claim. A million rows take about 1 GB of disk while it 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import resource
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 
 import torch
 
-from common import OUT, Lengths, Options, model_folder, options, picture, samples
+from common import OUT, Lengths, Options, apart, model_folder, options, picture, samples
 from lineside.data.store import SampleWriter, stream_frame_samples
 from lineside.model.checkpoint import load
 from lineside.model.features import FeatureStore
@@ -61,7 +60,7 @@ def rows_of(count: int) -> Iterator[Sample]:
             yield replace(row, id=f"f{frame}-{number}", images=(image,), meta=meta)
 
 
-def write_rows(count: int, folder: Path, line: Connection) -> None:
+def write_rows(line: Connection, count: int, folder: Path) -> None:
     """Rows to shards."""
     start = time.perf_counter()
     with SampleWriter(folder) as writer:
@@ -70,7 +69,7 @@ def write_rows(count: int, folder: Path, line: Connection) -> None:
     line.send({"written a second": count / (time.perf_counter() - start)})
 
 
-def read_rows(count: int, folder: Path, line: Connection) -> None:
+def read_rows(line: Connection, count: int, folder: Path) -> None:
     """One shuffled pass."""
     before, start, seen = standing("cpu"), time.perf_counter(), 0
     for group in stream_frame_samples(folder, kind="qa", split="train", seed=0, epoch=0):
@@ -79,7 +78,7 @@ def read_rows(count: int, folder: Path, line: Connection) -> None:
     line.send({"read a second": count / (time.perf_counter() - start), "peak MiB": (peak() - before) / 2**20})
 
 
-def fill_store(count: int, folder: Path, line: Connection) -> None:
+def fill_store(line: Connection, count: int, folder: Path) -> None:
     """Frames encoded and stored, in batches as a stage asks for them."""
     store = FeatureStore(folder, load(model_folder(49, tiny=True)[0], dtype=torch.bfloat16))
     base, start = picture(0, side=28), time.perf_counter()
@@ -88,7 +87,7 @@ def fill_store(count: int, folder: Path, line: Connection) -> None:
     line.send({"written a second": count / (time.perf_counter() - start)})
 
 
-def read_store(count: int, folder: Path, line: Connection) -> None:
+def read_store(line: Connection, count: int, folder: Path) -> None:
     """The store opened again; random frames taken from it."""
     vlm = load(model_folder(49, tiny=True)[0], dtype=torch.bfloat16)
     base, rng = picture(0, side=28), random.Random(0)
@@ -103,18 +102,6 @@ def read_store(count: int, folder: Path, line: Connection) -> None:
     assert store.encoder_calls == 0, "the store forgot a frame"
     rate = AT_ONCE * len(asked) / took
     line.send({"seconds to open": opened, "read a second": rate, "peak MiB": (peak() - before) / 2**20})
-
-
-def alone(run: Callable[[int, Path, Connection], None], count: int, folder: Path) -> Measured:
-    """The measurements of a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=run, args=(count, folder, theirs))
-    process.start()
-    theirs.close()
-    found: Measured = ours.recv()
-    process.join()
-    return found
 
 
 def plot(name: str, points: list[dict[str, Any]], path: Path) -> None:
@@ -147,7 +134,7 @@ def main(settings: Options) -> None:
         for size in (400, 1_200) if settings.tiny else sizes[name]:
             folder = Path(tempfile.mkdtemp(dir=OUT))
             try:
-                point = {"size": size, **alone(write, size, folder), **alone(read, size, folder)}
+                point = {"size": size, **apart(write, size, folder), **apart(read, size, folder)}
             finally:
                 shutil.rmtree(folder)
             points.append(point)

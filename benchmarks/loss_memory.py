@@ -11,7 +11,6 @@ own process. The time columns are seconds of one forward and backward; the ratio
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import threading
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import Options, options, record
+from common import Options, apart, options, record
 from lineside.backends import cpu_ops
 from lineside.runtime import DTYPES
 
@@ -29,7 +28,7 @@ ROWS, LENGTH, TARGETS = 32, 104, 34
 BANNED = 0  # id in place of the image token
 
 
-def peak(way: str, settings: Options, line: Connection) -> None:
+def peak(line: Connection, way: str, settings: Options) -> None:
     """Send (bytes, seconds, loss) of one forward and backward."""
     vocabulary, width = (2048, 48) if settings.tiny else (49152, 576)
     torch.manual_seed(settings.seed)
@@ -90,15 +89,7 @@ class Watch:
 
 
 def main(settings: Options) -> None:
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    for way in ("targets", "everything"):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=peak, args=(way, settings, theirs))
-        process.start()
-        theirs.close()
-        found[way] = ours.recv()
-        process.join()
+    found = {way: apart(peak, way, settings) for way in ("targets", "everything")}
     (less, quick, loss), (more, slow, other) = found["targets"], found["everything"]
     row = {"work": "memory of the loss, 32 sft rows", "peer": "logits of every position"}
     row |= {"ratio": more / less, "at_least": None, "equal": abs(loss - other) < 0.01, "ours_s": quick, "peer_s": slow}

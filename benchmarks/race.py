@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from common import Options, Work, record
-from lineside.machine import ENVIRONMENT
+from lineside.machine import ENVIRONMENT, end_with_parent
 
 # Both sides score in float32 with the weights that they run with, so that a difference comes from the computation.
 # Our side bans the image token from the softmax and the peer does not. This moves all log-probabilities by that token's
@@ -156,6 +156,7 @@ class ProcessSide(Generic[W]):
 
 
 def _serve(run: Runner[W], work: W, line: Connection) -> None:
+    end_with_parent()
     try:
         run(work, Turn(line, work.device))
     except Done:

@@ -12,6 +12,7 @@ is claimed. On a GPU the row of vLLM is left out.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,4 +60,5 @@ if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         sys.exit(0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # subprocess then ends the script that runs
     sys.exit(run(sys.argv[1:], Options(tiny="--tiny" in sys.argv, device="cuda" if "cuda" in sys.argv else "cpu").file))

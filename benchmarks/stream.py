@@ -102,7 +102,9 @@ def child(log: Path, arguments: Sequence[str]) -> None:
     """A verb of lineside in this process, which notes its memory in each pass over the rows."""
     from lineside import progress
     from lineside.cli import main as lineside
+    from lineside.machine import end_with_parent
 
+    end_with_parent()
     quietly = progress._lines
     with log.open("w", buffering=1) as file:
 
