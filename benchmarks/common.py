@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVarTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from lineside.types import Image, Meta, Sample, Source, Target
 from lineside.verify.judge import judge
 
 OUT = Path(__file__).parent / "out"
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 
 # Each is one token of SmolLM2, with and without a space before it, and of the tiny tokenizer.
 WORDS = """
@@ -279,11 +279,11 @@ def memory(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def apart(run: Callable[Concatenate[Connection, P], None], *args: P.args, **kwargs: P.kwargs) -> Any:
+def apart(run: Callable[[Connection, *Ts], None], *arguments: *Ts) -> Any:
     """What `run` sends over its connection, from a fresh process, which ends with this one."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_apart, args=(run, theirs, args, kwargs))
+    process = context.Process(target=_apart, args=(run, theirs, *arguments))
     process.start()
     theirs.close()
     found = ours.recv()
@@ -291,9 +291,9 @@ def apart(run: Callable[Concatenate[Connection, P], None], *args: P.args, **kwar
     return found
 
 
-def _apart(run: Callable[..., None], line: Connection, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+def _apart(run: Callable[[Connection, *Ts], None], line: Connection, *arguments: *Ts) -> None:
     end_with_parent()
-    run(line, *args, **kwargs)
+    run(line, *arguments)
 
 
 class Alternating:

@@ -120,14 +120,8 @@ def _png(picture: PILImage.Image) -> str:
 @contextlib.contextmanager
 def running(vlm: VLM, folder: Path) -> Iterator[LlamaCpp]:
     """A server with the export in `folder`, ended at the end. Raises LinesideError if llama.cpp cannot load it."""
-    command = [
-        sys.executable,
-        "-m",
-        llama_server.__name__,
-        str(folder / TEXT),
-        str(folder / PICTURES),
-        str(vlm.context),
-    ]
+    files = map(str, (folder / TEXT, folder / PICTURES))
+    command = [sys.executable, "-m", llama_server.__name__, *files, str(vlm.context)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
